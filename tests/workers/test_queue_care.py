@@ -55,3 +55,10 @@ def test_a_turn_ends_if_its_server_is_away(
     with redis_clients.queue_sync(away) as queue:
         monkeypatch.setattr(context, "queue", queue)
         assert context.has_waiting_work()
+
+
+def test_a_server_alone_gets_the_models_with_pending_requests(context: WorkerContext, settings: Settings) -> None:
+    """Its sweep finds a model whose hint was lost."""
+    context.store.hset(redis_keys.state(ALIVE), mapping={"accepted": 1, "learned": 0})
+    assert QueueCare(settings, is_alone=True).sweep_if_due(context.store, context.queue, lambda: None)
+    assert context.queue.lrange(redis_keys.queued_models("learn"), 0, -1) == [ALIVE.encode()]

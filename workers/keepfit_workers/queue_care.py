@@ -149,7 +149,7 @@ class QueueCare:
             after_outage=after_outage,
             expire=expire,
             beat=beat,
-            search=notify is not None,
+            search=search,
             notify=notify,
         )
         return True

@@ -10,7 +10,6 @@ from keepfit.errors import UnavailableError
 from keepfit.jobs import gateway_records
 from keepfit.settings import Settings
 from keepfit_gateway import heartbeat
-from keepfit_gateway.handlers import system
 from tests.gateway.api_client import REGRESSOR, Api, eventually, serving
 
 
@@ -94,7 +93,7 @@ async def test_a_part_that_cannot_be_read_is_null(workerless: Api, monkeypatch: 
     async def away(queue: Any) -> None:
         raise UnavailableError("Redis is unavailable.")
 
-    monkeypatch.setattr(system.gateway_records, "read_all", away)
+    monkeypatch.setattr(gateway_records, "read_all", away)
     state = (await workerless.get("/v1/system")).of(200)
     assert state["gateways"] is None
     assert (state["workers"], state["models"]) == ([], {"registered": 0, "live": 0})
