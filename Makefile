@@ -12,7 +12,7 @@ export PYTHONHASHSEED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test docs linkcheck lint types audit coverage mutants faults history-faults cluster-faults abuse published bench pins release-check client nodes picture sneakers clean
+.PHONY: help run test docs linkcheck lint types audit coverage mutants faults history-faults cluster-faults rolling-restarts abuse published bench pins release-check client nodes picture sneakers clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -82,6 +82,9 @@ history-faults: $(VENV)/.test  ## Kill MongoDB's server ten times in 30 minutes 
 
 cluster-faults: $(VENV)/.test  ## Kill 30 primaries of a Redis Cluster under load and count the rows that are lost (KILLS=3, ROWS=5000, REPLICAS_MIN=0)
 	$(BIN)/python -m tests.recovery.cluster_storm --kills $(or $(KILLS),30) --rows $(or $(ROWS),50000) --replicas-min $(or $(REPLICAS_MIN),1)
+
+rolling-restarts: $(VENV)/.test  ## Restart two gateways and two supervisors of workers under load, and count what clients notice (ROUNDS=10)
+	$(BIN)/python -m tests.recovery.rolling --rounds $(or $(ROUNDS),10)
 
 abuse: $(VENV)/.test  ## Attack a stack for 10 minutes, measure what another client notices, write docs/operations/abuse.md (SECONDS=120, SEED=11)
 	$(BIN)/python -m tests.abuse $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

@@ -249,9 +249,10 @@ def test_a_restore_is_started_by_hand_only(build: Build) -> None:
 
 @each_build
 def test_workers_end_after_their_batch(build: Build, settings: Settings) -> None:
-    """A worker has no port, and time to hand its lease over when the deployment is scaled down."""
+    """A worker has no port but that of its metrics, and time to hand its lease over when there are to be fewer."""
     workers = one(build, "Deployment", "workers")
-    assert "ports" not in container(build, "Deployment", "workers")
+    ports = [port["name"] for port in container(build, "Deployment", "workers").get("ports", ())]
+    assert ports == (["metrics"] if "monitoring" in build.components else [])
     # A lease that is not handed over expires, and its locks after twice as long.
     needed_s = settings.lease_slice_s + 2 * settings.lease_ttl_s
     assert workers["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 2 * needed_s
