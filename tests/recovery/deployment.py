@@ -150,8 +150,8 @@ def deployed(folder: Path, queues: int = 1, **settings: str) -> Iterator[Deploym
     ports = {name: free_port() for name in ("store", "queue", "mongo")}
     store = ManagedProcess(redis_command(ports["store"], folder / "store"), folder / "store.log", ports["store"])
     queue, *more = (
-        ManagedProcess(redis_command(port, folder / f"queue{port}", durable=False), folder / f"queue{port}.log", port)
-        for port in (ports["queue"], *(free_port() for _ in range(queues - 1)))
+        ManagedProcess(redis_command(port, folder / name, durable=False), folder / f"{name}.log", port)
+        for name, port in (("queue", ports["queue"]), *((f"queue-{n}", free_port()) for n in range(2, queues + 1)))
     )
     urls = [f"redis://127.0.0.1:{server.port}/0" for server in (queue, *more)]
     mongo = ManagedProcess(mongo_command(ports["mongo"], folder / "mongo"), folder / "mongo.log", ports["mongo"])

@@ -11,6 +11,7 @@ from keepfit.settings import Settings
 from keepfit.store.commit import Harm
 from keepfit_workers import heartbeat, resources
 from keepfit_workers.activity import BATCH, CALL, LOAD, RESTORE, Activity
+from keepfit_workers.queue_care import QueueCare
 from keepfit_workers.resources import LazyResources
 from keepfit_workers.supervisor import EARLY_DEATH_S, LATE_S, Child
 
@@ -20,7 +21,8 @@ HASH = "a" * 64
 @pytest.fixture
 def child() -> Child:
     """Return a worker that has not been started."""
-    return Child("worker", mp.get_context("fork").Process(), Activity())
+    care = QueueCare(Settings(), is_alone=True)
+    return Child("worker", 0, mp.get_context("fork").Process(), Activity(), care)
 
 
 def silent_s(child: Child, *passed_s: float) -> float:

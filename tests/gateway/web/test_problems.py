@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 CLIENT_SIDE = [("keepfit", name) for name in ("cli", "client", "local", "transfer")]
 # Numbers, and the hash of the model that the caller named.
 HARMLESS = {
-    "PING_TIMEOUT_S", "WRITE_S_MAX", "PROBE_TIMEOUT_S", "corrupt", "len(retried.sequences)",
+    "ANSWER_S", "PING_TIMEOUT_S", "WRITE_S_MAX", "PROBE_TIMEOUT_S", "corrupt", "len(retried.sequences)",
     "registered.hash", "live.hash", "model_hash", "error.strerror",
 }  # fmt: skip
 
