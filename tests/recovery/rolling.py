@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import structlog
 
+from keepfit.settings import Settings
 from tests.gateway.api_client import REGRESSOR, Twin
 from tests.recovery.deployment import Deployment, ManagedProcess, deployed
 
@@ -118,6 +119,7 @@ async def roll(deployment: Deployment, services: Sequence[ManagedProcess], round
                 await asyncio.to_thread(service.close)
                 await _everyone_goes_on(clients)
                 await asyncio.to_thread(service.start)
+                await _all_workers(http, deployment.urls)
                 await _everyone_goes_on(clients)
             ended.set()
         for client in clients:
@@ -126,6 +128,16 @@ async def roll(deployment: Deployment, services: Sequence[ManagedProcess], round
             async with http.post(f"{deployment.urls[1]}{client.path}/predict", json={"X": [row]}) as answer:
                 client.check(rows_seen, (await answer.json())["predictions"], row)
     return clients
+
+
+async def _all_workers(http: aiohttp.ClientSession, urls: Sequence[str]) -> None:
+    """Wait until each gateway knows the workers of both supervisors, as a rolling update waits for a new pod."""
+    for url in urls:
+        while True:
+            async with http.get(f"{url}/readyz") as answer:
+                if (await answer.json()).get("workers") == 2 * Settings().workers:
+                    break
+            await asyncio.sleep(0.02)
 
 
 async def _everyone_goes_on(clients: Sequence[Client]) -> None:
