@@ -16,8 +16,8 @@ from tests.recovery.deployment import Deployment, ManagedProcess, deployed
 
 MODELS = 9
 ROW = [0.5, -1.0]
-# What a prediction may take while a server of the queue is away, its retries included: a quiet machine needs less than a
-# second, a busy one has other delays.
+# What a prediction may take while a server of the queue is away, its retries included: below a second where the machine
+# is quiet.
 PREDICTED_S = 5.0
 
 
