@@ -12,6 +12,7 @@ from keepfit.jobs import messages, run_queue
 from keepfit.jobs.messages import Operation, WorkerReply, WorkerRequest
 from keepfit.model import serialization
 from keepfit.model.bundle import Bundle
+from keepfit.observability.process_counts import ProcessCounts
 from keepfit.recipe.recipe import parse
 from keepfit.rows.rows import Rows
 from keepfit.rows.shaping import shape
@@ -20,6 +21,7 @@ from keepfit.store.models import Install, Model, Store
 from keepfit_workers import outbox, predicting
 from keepfit_workers.context import WorkerContext
 from keepfit_workers.learning import learn
+from keepfit_workers.outbox import Outbox
 from keepfit_workers.predicting import answer_all
 from tests.factories import accept, claimed_entry
 
@@ -181,6 +183,28 @@ async def test_the_request_limit_of_a_slow_model_doubles_until_it_is_removed(
     execute(another, *(request(number, model, rows_of(1.0)) for number in range(256)))
     another.close()
     assert context.queue.hget(limits, model.hash) is None
+
+
+async def test_questions_of_several_turns_count_once(
+    store: Store, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics have each question, and the time of all its turns, once, however many turns it takes."""
+    model = await make_learned(store, context, 1)
+    monkeypatch.setattr(predicting, "TURN_S", 0.0)
+    turns, take = [], predicting.Turns.take
+
+    def counted(self: predicting.Turns, outbox: Outbox) -> bool:
+        turns.append(self)
+        return take(self, outbox)
+
+    monkeypatch.setattr(predicting.Turns, "take", counted)
+    counts = context.metrics._counts = ProcessCounts()
+    execute(context, *(request(number, model, rows_of(*map(float, range(40_000)))) for number in range(3)))
+    assert len(turns) > 1
+    assert len(set(turns)) == 1
+    rows = counts.rows()
+    assert rows["keepfit_worker_questions", "SGDRegressor"][0] == 3
+    assert sum(rows["keepfit_worker_answer_seconds", "SGDRegressor"][:-1]) == 1
 
 
 def test_the_request_limit_is_what_fits_into_a_turn() -> None:

@@ -322,7 +322,8 @@ def _take_turn(context: WorkerContext, outbox: Outbox, turns: Turns) -> bool:
     ended = turns.take(outbox)
     if turns.computed:
         context.note_duration(subject, turns.seconds)
-        if turns.estimator:
+        if ended and turns.estimator:
+            # Its counts are those of all turns.
             context.metrics.add(metrics.QUESTIONS, turns.estimator, count=turns.computed)
             context.metrics.observe(metrics.ANSWER, turns.seconds, turns.estimator)
         limit = context.request_limits.get(subject)
