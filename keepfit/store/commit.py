@@ -359,8 +359,8 @@ class InboxConsumer:
 
     def is_live(self, model_hash: str, generation: int, digest: str) -> bool:
         """Return whether the live bundle of a model has this generation and digest."""
-        live = redis_scripts.run(self._store, ("HMGET", redis_keys.state(model_hash), "generation", "digest"))
-        return bool(live == [[str(generation).encode(), digest.encode()]])
+        (live,) = redis_scripts.run(self._store, ("HMGET", redis_keys.state(model_hash), "generation", "digest"))
+        return bool(live == [str(generation).encode(), digest.encode()])
 
     def unloadable_s(self, model: Claimed | Loaded) -> int:
         """Return for how many seconds the bundle of a model must not be loaded; 0 if it may be."""

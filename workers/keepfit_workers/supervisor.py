@@ -140,7 +140,7 @@ class Supervisor:
         self._metrics = WorkerMetrics(self._metrics_process.supervisor)
         self._stop = StopRequest()
         self._start_not_before = 0.0
-        self._up: set[str] = set()
+        self._up = {care.name for care in self._cares}
         self._lost_hints = False
         self._parent = os.getppid()
 
