@@ -38,14 +38,14 @@ export function* bodies(documents: NewDocument | Iterable<NewDocument>): Generat
 // A query of much time may read for some seconds before a line matches.
 const SILENCE_MS_MAX = 60_000;
 
-/** Lines of JSON. */
-class LineParser<Line> implements Parser<Line> {
-  #rest = "";
+/** Lines of text; `rest` is the one that has no end yet. */
+class LineParser implements Parser<string> {
+  rest = "";
 
-  push(text: string): Line[] {
-    const lines = (this.#rest + text).split("\n");
-    this.#rest = lines.pop()!;
-    return lines.filter((line) => line !== "").map((line) => JSON.parse(line) as Line);
+  push(text: string): string[] {
+    const lines = (this.rest + text).split("\n");
+    this.rest = lines.pop()!;
+    return lines.filter((line) => line !== "");
   }
 }
 
@@ -57,11 +57,20 @@ export async function* streamHistory<Line>(
   signal?.throwIfAborted();
   const path = `/v1/history${queryText(Object.entries(query))}`;
   const options = { mediaType: "application/x-ndjson", what: "history", silenceMsMax: SILENCE_MS_MAX };
-  const stream = new TextStream(caller, path, new LineParser<Line>(), options);
+  const parser = new LineParser();
+  const stream = new TextStream(caller, path, parser, options);
+  const decode = (line: string): Line => {
+    try {
+      return JSON.parse(line) as Line;
+    } catch (cause) {
+      throw caller.unexpected(200, cause);
+    }
+  };
   const onAbort = () => stream.close();
   signal?.addEventListener("abort", onAbort, { once: true });
   try {
-    yield* stream.parts();
+    for await (const line of stream.parts()) yield decode(line);
+    if (parser.rest !== "") yield decode(parser.rest);
   } catch (error) {
     signal?.throwIfAborted();
     throw error;

@@ -65,6 +65,8 @@ class AsyncPerformer:
                             yield line
         except ExchangeError as error:
             raise stream.broken(error) from None
+        for line in stream.end():
+            yield line
 
     async def listen(self, stream: EventStream) -> AsyncGenerator[Event, None]:
         """Yield events as they happen."""

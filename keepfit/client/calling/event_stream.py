@@ -119,5 +119,9 @@ class EventStream:
                 value = value.removeprefix(" ")
                 fields[name] = f"{fields[name]}\n{value}" if name == "data" and name in fields else value
             if "data" in fields:
-                yield {"id": fields.get("id"), **msgspec.json.decode(fields["data"])}
+                try:
+                    event = msgspec.json.decode(fields["data"], type=dict[str, Any])
+                except (msgspec.DecodeError, msgspec.ValidationError):
+                    raise LostError("a message of the stream is not JSON, or no event") from None
+                yield {"id": fields.get("id"), **event}
             self.last_id = fields.get("id") or self.last_id

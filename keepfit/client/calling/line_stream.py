@@ -4,7 +4,7 @@ Owns the reader of the lines. Never asks again: what has been yielded would come
 without an error only if all of it has arrived.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -55,10 +55,26 @@ class LineStream:
         [{'type': 'vote'}]
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
+        yield from self._decoded(lines)
+
+    def end(self) -> Iterator[Line]:
+        """Yield the last line, if the stream ended without a line end; all of it has arrived."""
+        rest, self._rest = self._rest, b""
+        yield from self._decoded([rest])
+
+    def _decoded(self, lines: Iterable[bytes]) -> Iterator[Line]:
         for line in lines:
-            if line:
-                self._count += 1
-                yield msgspec.json.decode(line)
+            if not line:
+                continue
+            try:
+                found = msgspec.json.decode(line)
+            except msgspec.DecodeError:
+                raise UnavailableError(
+                    f"Line {self._count + 1:,} of the history of {self._shared.gateway.url} is not JSON: a proxy may "
+                    "have changed it."
+                ) from None
+            self._count += 1
+            yield found
 
     def broken(self, error: ExchangeError) -> KeepfitError:
         """Return the error of a stream that has not begun, or has no end."""

@@ -81,7 +81,7 @@ def learn_encoded(
     if wait_s > 0:
         fields["Prefer"] = prefer_of(wait_s)
     request = Request("POST", how.target, encoded.body, calls.fields_of(encoded, fields))
-    end = time.monotonic() + LEARNED_S_MAX
+    end, patience_s = time.monotonic() + LEARNED_S_MAX, float(WAIT_S_MAX)
     while True:
         deadline = shared.deadline(how.timeout_s, size_bytes) + wait_s
         response = yield from shared.send(request, deadline)
@@ -90,7 +90,8 @@ def learn_encoded(
         if response.status == OK or how.wait is not True:
             return answer
         if size_of(encoded.body) > RESENT_BYTES_MAX:
-            yield from _until_learned(shared, how.target)
+            yield from _until_learned(shared, how.target, patience_s)
+            patience_s *= 2
         if time.monotonic() > end:
             raise UnavailableError(
                 f"Rows that were accepted are not learned after {LEARNED_S_MAX:g} s; they will be learned once "
@@ -105,10 +106,10 @@ def size_of(body: "bytes | StreamedBody") -> float:
     return math.inf if body.size is None else body.size
 
 
-def _until_learned(shared: Calls, target: str) -> Flow[None]:
-    """Ask, for a minute at most, until the model has learned all its rows: cheaper than to send a long body again."""
+def _until_learned(shared: Calls, target: str, seconds: float) -> Flow[None]:
+    """Ask, for so long at most, until the model has no pending rows: cheaper than to send a long body again."""
     path = target.partition("?")[0].rpartition("/")[0]
-    end = time.monotonic() + WAIT_S_MAX
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
             _, model = yield from shared.json("GET", path)

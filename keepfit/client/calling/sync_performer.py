@@ -102,6 +102,7 @@ class SyncPerformer:
                     yield from stream.feed(part)
         except ExchangeError as error:
             raise stream.broken(error) from None
+        yield from stream.end()
 
     def listen(self, stream: EventStream) -> Iterator[Event]:
         """Yield events as they happen."""

@@ -51,6 +51,14 @@ def listen(url: str, client: str) -> tuple[list[Event], list[str], KeepfitError]
     return found, notes, error.value
 
 
+@pytest.mark.parametrize("data", [b"<html>", b"[1]"])
+def test_a_message_that_is_no_event_is_an_interruption(data: bytes) -> None:
+    """What a proxy has put into the stream is not taken for an event, and is no error of a library."""
+    stream = EventStream(Calls(Address("http://127.0.0.1:8000")), (), None, None, {})
+    with pytest.raises(LostError, match="not JSON, or no event"):
+        list(stream.feed(b"id: 1-0\r\ndata: %b\r\n\r\n" % data))
+
+
 @pytest.mark.parametrize("client", ["blocking", "asyncio"])
 def test_it_continues_after_an_interruption(monkeypatch: pytest.MonkeyPatch, client: str) -> None:
     """A stream that ends, or a gateway that cannot answer, is asked again after the last event; an error is raised."""

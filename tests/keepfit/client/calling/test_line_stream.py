@@ -37,3 +37,19 @@ def test_lines_in_any_pieces() -> None:
     head = f"HTTP/1.1 200 OK\r\n{LINES}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     with scripted([head + pieces + b"0\r\n\r\n"]) as server, Client(server.url) as client:
         assert list(client.stream_history(type="vote")) == [{"n": 1, "name": "größe"}, {"n": 2}]
+
+
+@pytest.mark.parametrize("lines", ['{"n":1}\n{"n":2}', '{"n":1}\n\n{"n":2}\n'])
+def test_the_last_line_needs_no_end(lines: str) -> None:
+    """A last line without a line end is a line; an empty one is none."""
+    with scripted([ok(lines, LINES)]) as server, Client(server.url) as client:
+        assert list(client.stream_history(type="vote")) == [{"n": 1}, {"n": 2}]
+
+
+def test_a_line_that_is_not_json_is_an_error_of_keepfit() -> None:
+    """What came before it is yielded; the error names the line."""
+    with scripted([ok('{"n":1}\n<html>\n', LINES)]) as server, Client(server.url) as client:
+        found = client.stream_history(type="vote")
+        assert next(found) == {"n": 1}
+        with pytest.raises(UnavailableError, match=r"Line 2 .* is not JSON"):
+            next(found)
